@@ -27,7 +27,6 @@ def normal(*shape, seed=0, dtype=torch.float32):
 
 
 # --- The minimiser of the expected ambient loss is E[x_0 | x_t]: exact, by Gauss-Hermite quadrature.
-
 WEIGHTS, MEANS, STD = torch.tensor([0.3, 0.7]).double(), torch.tensor([-1.1, 0.8]).double(), 0.5
 
 
@@ -82,8 +81,6 @@ def test_the_true_denoiser_is_a_stationary_point(schedule, t_n, t, weighting, pr
 
 
 # --- Clean data: diffusers' own losses.
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_clean_epsilon_loss_is_diffusers_bit_for_bit(schedule, dtype, memory_format):
@@ -134,8 +131,6 @@ def test_clean_min_snr_loss_is_diffusers(schedule, prediction_type, snr_gamma):
 
 
 # --- Ambient data.
-
-
 def mixed_batch(*shape, dtype=torch.float64):
     """x_tn, eta, a denoiser's x_0, and timesteps with t = t_n and clean samples among them."""
     t_n = torch.tensor([-1, -1, 0, 100, 100, 500, 500, 999])
@@ -253,10 +248,8 @@ def test_timesteps_are_drawn_uniformly_above_t_n():
 
 def test_one_generator_one_loss(schedule):
     x_tn, t_n = normal(4, 3), torch.tensor([-1, 0, 500, 998])
-    first, again, other = (
-        ambient_dsm_loss(lambda x, t: x, x_tn, t_n, schedule, generator=torch.Generator().manual_seed(seed))
-        for seed in (0, 0, 1)
-    )
+    draws = (torch.Generator().manual_seed(seed) for seed in (0, 0, 1))
+    first, again, other = (ambient_dsm_loss(lambda x, t: x, x_tn, t_n, schedule, generator=g) for g in draws)
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -285,18 +278,15 @@ def test_ambient_loss_errors_come_before_the_model_runs(schedule):
 
 
 # --- Consistency: h(x, t) = c_t x is linear, and so is every expectation.
-
-
 class Linear(torch.nn.Module):
-    """h(x, t) = c_t x, with a parameter a timestep."""
+    """h(x, t) = c_t x, with a parameter a timestep; one t a batch."""
 
     def __init__(self, coefficients):
         super().__init__()
         self.c = torch.nn.ParameterDict({str(t): torch.nn.Parameter(torch.tensor(c)) for t, c in coefficients.items()})
 
     def forward(self, x, t):
-        c = torch.stack([self.c[str(int(i))] for i in t.unique()])[t.unique(return_inverse=True)[1]]
-        return c.reshape(-1, *(1,) * (x.ndim - 1)).to(x.dtype) * x
+        return self.c[str(int(t[0]))] * x
 
 
 def reverse_mean(schedule, t, s):
@@ -322,16 +312,18 @@ def test_consistency_estimates_the_squared_violation(schedule, stop_gradient, t,
         stop_gradient=stop_gradient,
         teacher=None if teacher is None else Linear({t: teacher}), generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    assert loss.shape == (n,)
     standard_error = float(loss.detach().std()) / math.sqrt(n)
     expected = float(violation.square().mean())
     assert abs(float(loss.detach().mean()) - expected) < 4 * standard_error
     # Without the independence of the two steps the estimate would be higher by the variance of c_s x_s.
     step_variance = float(1 - schedule.alpha(s) ** 2) * on_x_0 / float(schedule.alpha(s))
     assert c_s**2 * step_variance > 10 * standard_error
-    if stop_gradient:  # the gradient of both factors, through h(x_s, s) alone
-        gradient = torch.autograd.grad(loss.mean(), model.c[str(s)])[0]
-        assert float(gradient) == pytest.approx(float((2 * violation * mean_step * x_t).mean()), abs=0.02)
+    # The gradient of both factors: through h(x_s, s), and in the literal form through h(x_t, t), not through the steps.
+    loss.mean().backward()
+    gradients = {s: (2 * violation * mean_step * x_t).mean(), t: 0 if stop_gradient else (-2 * violation * x_t).mean()}
+    for time, expected in gradients.items():
+        actual = model.c[str(time)].grad
+        assert float(0 if actual is None else actual) == pytest.approx(float(expected), abs=0.02)
 
 
 def test_the_flat_prior_has_no_violation(schedule):
@@ -384,11 +376,12 @@ def test_who_gets_a_gradient(schedule):
     assert not torch.equal(through_steps["500"], literal["500"])
 
 
-def test_the_corrected_form_costs_one_evaluation_with_gradient(schedule):
-    model, enabled = Linear({500: 0.6, 100: 0.9}), []
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_one_of_the_two_steps_is_evaluated_without_gradient(schedule, stop_gradient):
+    model, enabled, t, s = Linear({500: 0.6, 100: 0.9}), [], torch.tensor([500, 500]), torch.tensor([100, 100])
     model.register_forward_hook(lambda *_: enabled.append(torch.is_grad_enabled()))
-    consistency_loss(model, normal(2, 3), torch.tensor([500, 500]), torch.tensor([100, 100]), schedule)
-    assert sorted(enabled) == [False, False, True]
+    consistency_loss(model, normal(2, 3), t, s, schedule, stop_gradient=stop_gradient)
+    assert sorted(enabled) == ([False, False, True] if stop_gradient else [False, True, True])
 
 
 def test_consistency_errors_name_the_argument(schedule):

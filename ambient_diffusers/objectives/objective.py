@@ -80,6 +80,7 @@ class AmbientObjective:
         teacher: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
         generator: torch.Generator | None = None,
         draw: int | None = None,
+        sample_weight: Tensor | None = None,
     ) -> ObjectiveOutput:
         """The loss of one batch.
 
@@ -92,6 +93,7 @@ class AmbientObjective:
             teacher: An average of the denoiser; takes the evaluations that carry no gradient and set the target.
             generator: None takes every draw from a stream named by `(seed, purpose, draw or step, sample id)`.
             draw: Tells apart the micro-batches of one step.
+            sample_weight: Factors on the loss of each row, `(B,)`, as for prior preservation; default 1.
 
         Raises:
             ValueError: where t_n is not in `-1..T-2`: at T-1 no noise level is left to learn from.
@@ -136,9 +138,12 @@ class AmbientObjective:
             terms["low_noise"] = terms["low_noise"].index_copy(0, where, finish(x_0_hat).to(error.dtype))
             acted["low_noise"] = acted["low_noise"].index_fill(0, where, True)
             share = self._consistency.share
-        loss = terms["ambient"].mean()
+        weighted = terms
+        if sample_weight is not None:
+            weighted = {name: term * sample_weight.to(term) for name, term in terms.items()}
+        loss = weighted["ambient"].mean()
         if low_noise != "none":
-            loss = loss + weight / share * terms["low_noise"].mean()
+            loss = loss + weight / share * weighted["low_noise"].mean()
         return ObjectiveOutput(loss, {name: term.detach() for name, term in terms.items()}, acted)
 
     def low_noise_weight(self, step: int, max_steps: int) -> float:

@@ -30,7 +30,9 @@ def draw_posterior(
     References:
         Lu et al., "Stochastic Forward-Backward Deconvolution", ICML 2025, arXiv 2502.05446, algorithm 1.
     """
-    levels = log_snr_ladder(t_n, torch.linspace(0, 1, steps, dtype=torch.float64), schedule)
+    # A short first step: nothing widens it, and it tells by how much to widen the next.
+    below = torch.arange(steps - 1, dtype=torch.float64) + 0.25
+    levels = log_snr_ladder(t_n, torch.cat([below.new_zeros(1), below / (steps - 1.75)]), schedule)
     levels = torch.cat([levels, torch.full_like(t_n, CLEAN)[:, None]], 1)
     rollout, everywhere = Rollout(x_tn, levels[:, 0], schedule, widened), torch.arange(len(rows))
     for i in range(steps):

@@ -1,0 +1,107 @@
+"""The missing latents of a cache, made from the image files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..randomness import stream
+from .image import UnreadableImageError, read_image
+from .latent_encoder import LatentEncoder
+from .records import Record, Records, bounded_map, hash_bytes
+from .shards import Row, ShardStore
+from .transform import Transform
+
+Crop = tuple[Record, np.ndarray, tuple[int, ...]]
+"""The row, its pixels `(H, W, 3)` and its size conditioning."""
+
+
+def encode_images(
+    records: Records,
+    store: ShardStore,
+    transform: Transform,
+    seed: int,
+    make_encoder: Callable[[], LatentEncoder],
+    dtype: torch.dtype,
+    batch_size: int,
+    pool: ThreadPoolExecutor,
+    bar: tqdm,
+) -> dict[str, str]:
+    """Encodes what the store lacks, a shard at a time; the encoder is made at the first image that can be read.
+
+    Which images share a batch depends on the list of missing ones in whole shards only, so that a run that was
+    interrupted and resumed computes the very same bits.
+
+    Returns:
+        `{hash: reason}` of the images that cannot be read.
+    """
+    missing = {row.image: row for row in reversed(records.rows) if row.image not in store}
+    unreadable: dict[str, str] = {}
+    crops = _crops(records, list(reversed(missing.values())), transform, seed, unreadable, pool, bar)
+    encoder, finished = None, []
+    for batch in _batches(crops, batch_size, ShardStore.ROWS):
+        if batch is None:
+            store.append(finished)
+            finished = []
+            continue
+        encoder = encoder or make_encoder()
+        finished += _encode(batch, records, encoder, dtype)
+        bar.update(len(batch))
+    return unreadable
+
+
+def _crops(records, rows, transform, seed, unreadable, pool, bar) -> Iterator[Crop]:
+    """Reads and transforms in the pool, in order; what cannot be read goes to `unreadable`."""
+
+    def crop(row: Record) -> Crop | str:
+        try:
+            data = records.read(row)
+            if hash_bytes(data) != row.image:
+                return "it changed while it was read; run prepare again"
+            image, time_ids = transform(read_image(data, transform.background), stream(seed, "transform", row.image))
+        except (OSError, UnreadableImageError) as error:
+            return str(error)
+        return row, np.asarray(image), time_ids
+
+    for row, result in zip(rows, bounded_map(pool, crop, rows), strict=True):
+        if isinstance(result, str):
+            unreadable[row.image] = result
+            bar.update()
+        else:
+            yield result
+
+
+def _batches(crops: Iterator[Crop], batch_size: int, shard_size: int) -> Iterator[list[Crop] | None]:
+    """Batches of one shape; None after those that fill a shard."""
+    waiting: dict[tuple, list[Crop]] = {}
+    count = 0
+    for crop in crops:
+        batch = waiting.setdefault(crop[1].shape, [])
+        batch.append(crop)
+        if len(batch) == batch_size:
+            yield waiting.pop(crop[1].shape)
+        count += 1
+        if count % shard_size == 0:
+            yield from waiting.values()
+            waiting = {}
+            yield None
+    if count % shard_size:
+        yield from waiting.values()
+        yield None
+
+
+def _encode(batch: list[Crop], records: Records, encoder: LatentEncoder, dtype: torch.dtype) -> list[Row]:
+    rows = [crop[0] for crop in batch]
+    t_n = [row.entry.ambient_timestep for row in rows]
+    latents = encoder(
+        [crop[1] for crop in batch], [row.image for row in rows], t_n, [records.path(row) for row in rows]
+    ).to(dtype)
+    # The target is not kept: it is the shape of the latent.
+    return [
+        (row.image, [row.entry.ambient_timestep, *time_ids[:4]], {"latents": latent})
+        for (row, _, time_ids), latent in zip(batch, latents, strict=True)
+    ]

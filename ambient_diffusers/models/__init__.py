@@ -1,0 +1,1 @@
+"""SDXL's parts: loading, conditioning, LoRA."""

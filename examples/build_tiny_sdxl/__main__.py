@@ -1,0 +1,5 @@
+"""Command line of the build; see README.md in this folder."""
+
+from .cli import main
+
+main()
