@@ -72,7 +72,7 @@ def test_export_takes_base_as_a_short_name(lora_dir, tiny_base_path, tmp_path, c
     assert (tmp_path / "out" / "model_index.json").is_file()
 
 
-def test_prepare_makes_the_cache_that_the_trainer_reads(tiny_base_path, tmp_path, caplog):
+def test_prepare_makes_the_cache_that_the_trainer_reads(tiny_base_path, tmp_path, capsys):
     images = tmp_path / "images"
     images.mkdir()
     for i in range(3):
@@ -81,9 +81,8 @@ def test_prepare_makes_the_cache_that_the_trainer_reads(tiny_base_path, tmp_path
         "prepare", "--pretrained_model_name_or_path", str(tiny_base_path), "--train_data_dir", str(images),
         "--default_caption", "grey", "--ambient_timestep", "500", "--output_dir", str(tmp_path / "run"),
     ]  # fmt: skip
-    with caplog.at_level("INFO"):
-        assert cli.main(arguments) == 0
-    assert "3 images (3 at t_n = 500)" in caplog.text
+    assert cli.main(arguments) == 0
+    assert "3 images (3 at t_n = 500)" in capsys.readouterr().out
     cache = LatentCache(tmp_path / "run" / "cache")
     assert len(cache) == 3 and set(cache.t_n.tolist()) == {500}
     assert yaml.safe_load((tmp_path / "run" / "cache" / "config.yaml").read_text())["ambient_timestep"] == 500

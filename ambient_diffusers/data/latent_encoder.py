@@ -42,12 +42,12 @@ class LatentEncoder:
         self.draw = draw_key(base, transform)
 
     @torch.no_grad()
-    def __call__(self, crops: list[np.ndarray], images: list[str], t_n: list[int], files: list[str]) -> Tensor:
+    def __call__(self, crops: list[np.ndarray], draw_ids: list[str], t_n: list[int], files: list[str]) -> Tensor:
         """Encodes and noises a batch.
 
         Args:
             crops: RGB, uint8 `(H, W, 3)`, all of one size.
-            images: The hash of each image's bytes.
+            draw_ids: What each image's noise is drawn under, see `draw_id`.
             t_n: The noise level of each.
             files: Their names, for the error.
 
@@ -60,7 +60,7 @@ class LatentEncoder:
         pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(self.device, self.vae.dtype) / 127.5 - 1
         posterior = self.vae.encode(pixels).latent_dist
         mean, std = posterior.mean.float().cpu(), posterior.std.float().cpu()
-        x_0 = scale(mean + std * randn(images, mean.shape[1:], self.seed, "vae posterior"), self.vae)
+        x_0 = scale(mean + std * randn(draw_ids, mean.shape[1:], self.seed, "vae posterior"), self.vae)
         broken = [file for file, latent in zip(files, x_0, strict=True) if not latent.isfinite().all()]
         if broken:
             raise ValueError(
@@ -68,7 +68,7 @@ class LatentEncoder:
                 f"{', '.join(broken)}: run it in float32, or use "
                 "--pretrained_vae_model_name_or_path madebyollin/sdxl-vae-fp16-fix"
             )
-        ids = [f"{image} {t}" for image, t in zip(images, t_n, strict=True)]
+        ids = [f"{image} {t}" for image, t in zip(draw_ids, t_n, strict=True)]
         noise = randn(ids, x_0.shape[1:], self.seed, "ambient noise", self.draw)
         return tweedie.add_noise(x_0, noise, torch.tensor(t_n), self.schedule)
 

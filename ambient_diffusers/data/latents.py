@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,12 +13,19 @@ from tqdm.auto import tqdm
 from ..randomness import stream
 from .image import UnreadableImageError, read_image
 from .latent_encoder import LatentEncoder
-from .records import Record, Records, bounded_map, hash_bytes
+from .records import Record, Records, bounded_map, draw_id, hash_bytes
 from .shards import Row, ShardStore
 from .transform import Transform
 
-Crop = tuple[Record, np.ndarray, tuple[int, ...]]
-"""The row, its pixels `(H, W, 3)` and its size conditioning."""
+
+class Crop(NamedTuple):
+    """A row of which the latent is missing, ready to be encoded."""
+
+    row: Record
+    pixels: np.ndarray
+    """`(H, W, 3)`."""
+    time_ids: tuple[int, ...]
+    draw_id: str
 
 
 def encode_images(
@@ -65,7 +73,7 @@ def _crops(records, rows, transform, seed, unreadable, pool, bar) -> Iterator[Cr
             image, time_ids = transform(read_image(data, transform.background), stream(seed, "transform", row.image))
         except (OSError, UnreadableImageError) as error:
             return str(error)
-        return row, np.asarray(image), time_ids
+        return Crop(row, np.asarray(image), time_ids, draw_id(data))
 
     for row, result in zip(rows, bounded_map(pool, crop, rows), strict=True):
         if isinstance(result, str):
@@ -80,10 +88,10 @@ def _batches(crops: Iterator[Crop], batch_size: int, shard_size: int) -> Iterato
     waiting: dict[tuple, list[Crop]] = {}
     count = 0
     for crop in crops:
-        batch = waiting.setdefault(crop[1].shape, [])
+        batch = waiting.setdefault(crop.pixels.shape, [])
         batch.append(crop)
         if len(batch) == batch_size:
-            yield waiting.pop(crop[1].shape)
+            yield waiting.pop(crop.pixels.shape)
         count += 1
         if count % shard_size == 0:
             yield from waiting.values()
@@ -95,13 +103,14 @@ def _batches(crops: Iterator[Crop], batch_size: int, shard_size: int) -> Iterato
 
 
 def _encode(batch: list[Crop], records: Records, encoder: LatentEncoder, dtype: torch.dtype) -> list[Row]:
-    rows = [crop[0] for crop in batch]
-    t_n = [row.entry.ambient_timestep for row in rows]
     latents = encoder(
-        [crop[1] for crop in batch], [row.image for row in rows], t_n, [records.path(row) for row in rows]
+        [crop.pixels for crop in batch],
+        [crop.draw_id for crop in batch],
+        [crop.row.entry.ambient_timestep for crop in batch],
+        [records.path(crop.row) for crop in batch],
     ).to(dtype)
     # The target is not kept: it is the shape of the latent.
     return [
-        (row.image, [row.entry.ambient_timestep, *time_ids[:4]], {"latents": latent})
-        for (row, _, time_ids), latent in zip(batch, latents, strict=True)
+        (crop.row.image, [crop.row.entry.ambient_timestep, *crop.time_ids[:4]], {"latents": latent})
+        for crop, latent in zip(batch, latents, strict=True)
     ]

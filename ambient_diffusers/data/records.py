@@ -142,6 +142,14 @@ def hash_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
+def draw_id(data: bytes) -> str:
+    """The name under which an image's noise is drawn: another hash than `hash_bytes`, and never written anywhere.
+
+    Whoever has the cache has `hash_bytes`, the seed and the model. Were z drawn from those, they could subtract it.
+    """
+    return hashlib.sha256(b"ambient noise of " + data).hexdigest()
+
+
 def bounded_map(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """`map` on a pool, in order, that runs only a little ahead of its consumer, so that memory stays bounded."""
     waiting = deque()

@@ -60,7 +60,7 @@ def make_unet(config: DiffusionConfig, sample_size: int) -> UNet2DConditionModel
 
 def make_scheduler() -> EulerDiscreteScheduler:
     """SDXL's own settings."""
-    return EulerDiscreteScheduler(
+    scheduler = EulerDiscreteScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
         beta_end=0.012,
@@ -71,3 +71,6 @@ def make_scheduler() -> EulerDiscreteScheduler:
         interpolation_type="linear",
         use_karras_sigmas=False,
     )
+    # SDXL's config carries these for DDPM and DDIM, whose own defaults would clip latents.
+    scheduler.register_to_config(clip_sample=False, sample_max_value=1.0, set_alpha_to_one=False, skip_prk_steps=True)
+    return scheduler

@@ -1,6 +1,7 @@
 """What training reads: batches, embeddings, and how much of it lies on the disk."""
 
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from preparing import run, write_folder
 
 from ambient_diffusers.data import BatchSampler, LatentCache, Source, Transform
 from ambient_diffusers.data.latent_encoder import LatentEncoder
+from ambient_diffusers.data.records import AHEAD, bounded_map
 from ambient_diffusers.models.sdxl import SDXLBase
 
 
@@ -116,6 +118,15 @@ def test_at_most_1_05_times_the_fp16_bytes(base, tmp_path, instant_encoder, side
     if side == 1024:
         everything = sum(f.stat().st_size for f in cache.cache_dir.iterdir() if not f.name.startswith("text"))
         assert everything <= 1.01 * raw
+
+
+def test_reading_does_not_run_away_from_encoding():
+    taken = []
+    with ThreadPoolExecutor(2) as pool:
+        results = bounded_map(pool, lambda item: item, (taken.append(i) or i for i in range(10 * AHEAD)))
+        assert [next(results) for _ in range(5)] == list(range(5))
+        assert len(taken) <= AHEAD + 5
+        assert list(results) == list(range(5, 10 * AHEAD))
 
 
 def test_memory_does_not_grow_with_the_data(base, tmp_path, instant_encoder):

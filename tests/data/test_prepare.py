@@ -15,6 +15,7 @@ from preparing import image_hash, picture, run, write_folder
 from ambient_diffusers import tweedie
 from ambient_diffusers.data import LatentCache, Source, Transform, sdxl_buckets
 from ambient_diffusers.data.latent_encoder import draw_key
+from ambient_diffusers.data.records import draw_id
 from ambient_diffusers.models.sdxl import SDXLBase
 from ambient_diffusers.randomness import randn, stream
 
@@ -26,7 +27,7 @@ def x_0(base, path, transform, seed):
     pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None] / 255 * 2 - 1
     with torch.no_grad():
         posterior = base.vae().encode(pixels).latent_dist
-    noise = randn([image], posterior.mean.shape[1:], seed, "vae posterior")
+    noise = randn([draw_id(path.read_bytes())], posterior.mean.shape[1:], seed, "vae posterior")
     return (posterior.mean + posterior.std * noise) * base.vae_config["scaling_factor"], time_ids
 
 
@@ -37,7 +38,7 @@ def test_stored_latent_is_the_noised_encoding_of_the_crop(base, tmp_path):
     assert len(cache) == 5 and cache.t_n.tolist() == [t_n] * 5
     for row, path in enumerate(sorted(folder.glob("*.png"))):
         clean, time_ids = x_0(base, path, transform, seed)
-        key = f"{image_hash(path)} {t_n}"
+        key = f"{draw_id(path.read_bytes())} {t_n}"
         z = randn([key], clean.shape[1:], seed, "ambient noise", draw_key(base, transform))
         expected = tweedie.add_noise(clean, z, t_n, base.schedule)[0]
         torch.testing.assert_close(cache.latents(row), expected, atol=1e-4, rtol=0)
@@ -49,6 +50,17 @@ def test_clean_only_where_asked(base, tmp_path):
     _, cache = run(folder, tmp_path / "cache", base, ambient_timestep=-1)
     clean, _ = x_0(base, folder / "000.png", Transform(64), 0)
     torch.testing.assert_close(cache.latents(0), clean[0], atol=1e-4, rtol=0)
+
+
+def test_the_cache_does_not_hold_what_its_noise_is_drawn_under(base, tmp_path):
+    """With it, whoever has the cache and the model could draw z again and subtract it."""
+    folder = write_folder(tmp_path / "images", 3)
+    run(folder, tmp_path / "cache", base, ambient_timestep=300)
+    written = b"".join(file.read_bytes() for file in sorted((tmp_path / "cache").iterdir()) if file.is_file())
+    for path in folder.glob("*.png"):
+        assert image_hash(path).encode() in written  # what a cache entry goes by
+        assert draw_id(path.read_bytes()).encode() not in written
+        assert draw_id(path.read_bytes())[:16].encode() not in written
 
 
 def test_noise_is_standard_normal_and_independent_between_images(base, tmp_path):

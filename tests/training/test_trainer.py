@@ -220,7 +220,7 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(make_config, tmp
     config.save(Path(config.output_dir))
     script = Path(__file__).parents[2] / "training_scripts" / "train_ambient_sdxl.py"
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", str(script),
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script),
          "--config", str(tmp_path / "two" / "config.yaml")],
         check=True, capture_output=True, env=os.environ | {"ACCELERATE_USE_CPU": "true"},
     )  # fmt: skip
