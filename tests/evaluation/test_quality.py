@@ -16,14 +16,14 @@ def test_a_like_set_is_nearer_than_another_kind_and_results_are_plain_files(pict
     kinds = pictures("like", range(100, 140)), pictures("dark", range(200, 240))
     for file in kinds[1].glob("*.png"):
         Image.open(file).point(lambda value: value // 3).save(file)
-    like, other = (quality(kind, reference, tmp_path / kind.name / "out", features="pixels") for kind in kinds)
+    like, other = (quality(kind, reference, tmp_path / "out" / kind.name, features="pixels") for kind in kinds)
     for key in ("frechet_distance", "kernel_distance"):
         assert like["measures"][key]["high"] < other["measures"][key]["low"]
     assert like["measures"]["precision"]["value"] > 0.3 and like["features"]["name"] == "pixels"
     assert like["generated"] == {"path": str(kinds[0]), "images": 40, "skipped": []} and like["size"] == [16, 16]
-    assert json.loads((tmp_path / "like" / "out" / "quality.json").read_text()) == like
-    assert Image.open(tmp_path / "like" / "out" / "quality.png").size[0] > 300
-    assert quality(kinds[0], reference, tmp_path / "like" / "out", features="pixels") == like
+    assert json.loads((tmp_path / "out" / "like" / "quality.json").read_text()) == like
+    assert Image.open(tmp_path / "out" / "like" / "quality.png").size[0] > 300
+    assert quality(kinds[0], reference, tmp_path / "out" / "like", features="pixels") == like
 
 
 def test_only_the_distance_of_inception_is_called_fid(pictures, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """One process and two give the same files and figures."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,12 +51,16 @@ def test_two_processes_write_what_one_writes(tiny_base_path, pictures, tmp_path)
     script.write_text(SCRIPT)
     here = Path(__file__).parent
     for processes in (1, 2):
-        launch = ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no", "--cpu"]
-        launch += ["--dynamo_backend", "no"]
-        command = [sys.executable, "-m", "accelerate.commands.launch", *launch, str(script)]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         arguments = [str(tiny_base_path), str(tmp_path), str(tmp_path / f"out-{processes}"), str(here)]
         run = subprocess.run(
-            [*command, *arguments], check=True, cwd=here.parents[1], timeout=900, stdout=subprocess.PIPE, text=True
+            [*command, str(script), *arguments],
+            check=True,
+            cwd=here.parents[1],
+            timeout=900,
+            text=True,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"ACCELERATE_USE_CPU": "true"},
         )
         for number in range(processes):
             assert f"process {number} of {processes}" in run.stdout
