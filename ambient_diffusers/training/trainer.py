@@ -248,6 +248,8 @@ class AmbientTrainer:
             self.condition.use(self.models)
         for model in self.models.values():
             model.train()
+        if config.optimizer_name == "schedulefree":
+            self.optimizer.train()
         self.step = 0
         if self.resume_from:
             self.load_checkpoint(self.resume_from)
