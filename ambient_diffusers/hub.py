@@ -43,10 +43,11 @@ class PushConfig:
         return self.hub_model_id or Path(self.output_dir).resolve().name
 
 
-def push(config: PushConfig) -> str:
+def push(config: PushConfig, token: str | None = None) -> str:
     """Uploads the files of `PUBLISHED`. A README.md that is there already, edited perhaps, is kept.
 
-    The token is that of `hf auth login` or of the environment variable HF_TOKEN.
+    Args:
+        token: Default: that of `hf auth login` or of the environment variable HF_TOKEN.
 
     Returns:
         The repository's address.
@@ -54,7 +55,7 @@ def push(config: PushConfig) -> str:
     Raises:
         ValueError: where the base that the LoRA names cannot be opened, or the hub refuses.
     """
-    folder, api = Path(config.output_dir), HfApi()
+    folder, api = Path(config.output_dir), HfApi(token=token)
     kept = (folder / "README.md").is_file()
     model = None if kept else FineTuned(FineTunedOptions(lora=config.output_dir))  # may refuse: before the network
     try:

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from .. import __version__, randomness
 from ..data import BatchSampler, LatentCache, PrepareReport, prepare
 from ..data.photographs import unpack
+from ..hub import PushConfig, push
 from ..models.base_weights import quantization
 from ..models.lora import WEIGHTS_NAME, add_lora, load_lora_state_dict, lora_parameters, lora_state_dict, save_lora
 from ..objectives import AmbientObjective
@@ -128,6 +129,8 @@ class AmbientTrainer:
                 save_lora(self.output_dir, self.unwrapped_models(), self.provenance())
                 metrics.plot(self.output_dir / "loss.png")
             validation.finish(self.step)
+        if config.push_to_hub and accelerator.is_main_process:
+            logger.info("pushed to %s", push(PushConfig(config.output_dir, config.hub_model_id), config.hub_token))
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return self.output_dir / WEIGHTS_NAME

@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from ambient_diffusers.models.lora import WEIGHTS_NAME
-from ambient_diffusers.training import AmbientTrainer
+from ambient_diffusers.training import AmbientTrainer, parse_config
 
 
 def image(pipeline) -> torch.Tensor:
@@ -114,3 +114,37 @@ def test_what_needs_cuda_is_refused_without_it(make_config):
 
 def test_the_file_name_is_the_one_that_diffusers_looks_for(make_config):
     assert AmbientTrainer(make_config(max_train_steps=1)).train().name == WEIGHTS_NAME
+
+
+DIFFUSERS_README = """
+  --pretrained_model_name_or_path={base} --pretrained_vae_model_name_or_path={base} --dataset_name={data}
+  --caption_column=text --resolution=64 --random_flip --train_batch_size=1 --num_train_epochs=2 --checkpointing_steps=500
+  --learning_rate=1e-04 --lr_scheduler=constant --lr_warmup_steps=0 --mixed_precision=no --seed=42
+  --output_dir={out} --report_to=tensorboard --push_to_hub
+"""
+"""The command of diffusers' README_sdxl.md for its LoRA script, with local names and what a CPU can do."""
+
+
+def test_the_command_of_diffusers_script_trains_plain_lora_and_pushes(
+    make_config, image_folder, tiny_base_path, tmp_path, monkeypatch
+):
+    pushed = []
+    monkeypatch.setattr(
+        "ambient_diffusers.training.trainer.push", lambda config, token: pushed.append(config.output_dir)
+    )
+    line = DIFFUSERS_README.format(base=tiny_base_path, data=image_folder, out=tmp_path / "plain")
+    config = parse_config(
+        [
+            *line.split(),
+            "--validation_prompt=cute dragon creature",
+            "--num_inference_steps=1",
+            "--num_validation_images=1",
+        ]
+    )
+    trainer = AmbientTrainer(config)
+    file = trainer.train()
+    assert set(trainer.cache.t_n.tolist()) == {-1} and trainer.step == 20  # 10 images, batch 1, 2 epochs
+    assert any(
+        value.any() for key, value in safetensors.torch.load_file(file).items() if ".up." in key or "lora_B" in key
+    )
+    assert pushed == [str(tmp_path / "plain")]
