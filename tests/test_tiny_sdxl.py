@@ -88,13 +88,13 @@ def test_tokenizers_are_clips(pipeline):
 @torch.no_grad()
 def test_vae_keeps_photographs_it_never_saw(pipeline):
     names = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry", "coins")
-    for part, names_of_part in ((1.0, names[1:]), (0.4, names)):
-        pictures = np.stack([photograph(name, part) for name in names_of_part])
+    for part in (1.0, 0.4):
+        pictures = np.stack([photograph(name, part) for name in names])
         x = torch.tensor(pictures).permute(0, 3, 1, 2) / 127.5 - 1
         latents = pipeline.vae.encode(x).latent_dist.mean
         y = pipeline.vae.decode(latents).sample.clamp(-1, 1)
         psnr = -10 * torch.log10((x - y).square().mean((1, 2, 3)) / 4)
-        assert psnr.min() >= 25, dict(zip(names_of_part, psnr.tolist(), strict=True))
+        assert psnr.min() >= 25, dict(zip(names, psnr.tolist(), strict=True))
         assert 0.7 < latents.std() * pipeline.vae.config.scaling_factor < 1.5
 
 

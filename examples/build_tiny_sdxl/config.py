@@ -22,7 +22,7 @@ class DataConfig:
 class VAEConfig:
     block_out_channels: tuple[int, ...] = (24, 48)  # two levels: 64 x 64 pixels -> 32 x 32 latents
     norm_num_groups: int = 4
-    steps: int = 900
+    steps: int = 2400
     batch_size: int = 16  # crops of `crop_size`; whole pictures at the end, a quarter as many
     crop_size: int = 32
     whole_fraction: float = 0.15  # of the steps, the last ones
