@@ -62,5 +62,5 @@ def _read_yaml(path: Path, names: list[str]) -> dict:
 
 
 def _nearest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name.replace("-", "_"), names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(names)}"
+    close = difflib.get_close_matches(name.replace("-", "_"), names, n=1, cutoff=0.7)
+    return f"; did you mean {close[0]!r}?" if close else "; --help lists what there is"

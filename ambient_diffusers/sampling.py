@@ -74,13 +74,15 @@ def sample_images(
         _write_aside(output_dir / "settings.json", lambda path: path.write_text(json.dumps(settings, indent=1)))
     state.wait_for_everyone()
     own = batches[state.process_index :: state.num_processes]
+    share = sum(map(len, own))
     own = [batch for batch in own if not all(files[i].is_file() for i in batch)]
     if own:
         pipeline = load_pipeline().to(state.device)
         pipeline.set_progress_bar_config(disable=True)
     bar = tqdm(
-        total=sum(map(len, own)), desc=f"sample {output_dir.name}", unit="image", disable=not state.is_main_process
-    )
+        total=share, initial=share - sum(map(len, own)), desc=f"sample {output_dir.name}", unit="image",
+        disable=not state.is_main_process,
+    )  # fmt: skip
     for batch in own:
         images = pipeline(
             [prompts[i % len(prompts)] for i in batch], height=height, width=width,

@@ -52,6 +52,11 @@ def quality(
         ValueError: for empty sets, unknown features, features that cannot be loaded, and too few images.
     """
     output_dir = Path(output_dir)
+    for name, folder in (("generated", generated), ("reference", reference)):
+        if Path(folder).is_dir() and output_dir.resolve().is_relative_to(Path(folder).resolve()):
+            raise ValueError(
+                f"output_dir must not be inside {name}, where its plots would count as images, got {str(output_dir)!r}"
+            )
     network = load_features(features, weights)
     shown = ImageSet(generated, "generated", size, max_images)
     size = size or common_size(shown)

@@ -174,8 +174,9 @@ def _local_folder(name: str, variant: str | None, revision: str | None, argument
             return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
         return Path(DiffusionPipeline.download(name, variant=variant, revision=revision))
     except Exception as error:  # the hub's client raises many kinds: offline, unknown name, gated
+        reason = str(error).strip().splitlines()[0].split(". ")[0][:120] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{argument} must be a folder or a name on the Hugging Face Hub, got {name!r}: {error}"
+            f"{argument} must be a folder or a name on the Hugging Face Hub, got {name!r} ({reason})"
         ) from error
 
 

@@ -194,15 +194,18 @@ class TrainingConfig(AmbientObjectiveConfig):
         """Every setting but the token."""
         return {key: value for key, value in asdict(self).items() if key != "hub_token"}
 
-    def fingerprint(self) -> str:
-        """A hash of what decides the weights: not of where they go, nor of what is shown or resumed."""
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the weights: not where they go, nor what is shown or resumed."""
         elsewhere = {"output_dir", "latent_cache_dir", "resume_from_checkpoint", "report_to", "logging_dir", "dry_run"}
-        settings = {
+        return {
             key: value
             for key, value in self.shareable().items()
             if key not in elsewhere and not key.startswith(("hub_", "push_", "validation_", "checkpoint"))
         }
-        return sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def fingerprint(self) -> str:
+        """A hash of `deciding`."""
+        return sha256(json.dumps(self.deciding(), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
         """Writes `config.yaml`, which `--config` takes; a token is left out."""

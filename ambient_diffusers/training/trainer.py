@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 import time
@@ -272,7 +273,7 @@ class AmbientTrainer:
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
                 "objective": objectives,
-                "progress": {"step": self.step} | self.provenance(),
+                "progress": {"step": self.step, "settings": self.config.deciding()} | self.provenance(),
             }
             save_checkpoint(self.output_dir, self.step, state, self.config.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
@@ -290,8 +291,10 @@ class AmbientTrainer:
         # With another number of processes a sample may now be seen by another one: each starts from what one had kept.
         kept = state["objective"]
         self.objective.load_state_dict(kept[self.accelerator.process_index % len(kept)])
-        if state["progress"]["config_hash"] != self.provenance()["config_hash"]:
-            logger.warning("%s was made with other settings than this run has", folder)
+        before, now = state["progress"]["settings"], json.loads(json.dumps(self.config.deciding()))
+        changed = [f"{name} {before.get(name)!r} -> {now[name]!r}" for name in now if before.get(name) != now[name]]
+        if changed:
+            logger.warning("%s was made with other settings: %s", folder, ", ".join(changed))
         logger.info("resumed from %s at step %d", folder, self.step)
 
     def validates_at(self, step: int) -> bool:

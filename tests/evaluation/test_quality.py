@@ -26,6 +26,12 @@ def test_a_like_set_is_nearer_than_another_kind_and_results_are_plain_files(pict
     assert quality(kinds[0], reference, tmp_path / "out" / "like", features="pixels") == like
 
 
+def test_results_do_not_go_among_the_images(pictures):
+    reference, generated = pictures("reference", range(10)), pictures("generated", range(10, 20))
+    with pytest.raises(ValueError, match="output_dir.*generated"):
+        quality(generated, reference, generated / "out", features="pixels")
+
+
 def test_only_the_distance_of_inception_is_called_fid(pictures, tmp_path, monkeypatch):
     class Standard(Pixels):
         name, label = "inception", "Inception"

@@ -1,6 +1,9 @@
 """YAML and flags, and one clear error for what cannot run, before a model loads or a file is written."""
 
+import re
+import shlex
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import yaml
@@ -81,9 +84,15 @@ def test_nothing_to_train_on_is_an_error(make_config, tmp_path):
 
 
 def test_the_shipped_examples_parse():
-    from pathlib import Path
-
     root = Path(__file__).parents[2]
     for file in sorted((root / "examples").glob("*.yaml")):
         config = parse_config(["--config", str(file)])
         assert set(yaml.safe_load(file.read_text())) <= {f.name for f in fields(config)}
+
+
+def test_the_readmes_command_for_real_sdxl_has_only_flags_that_exist():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    text = readme.replace("\\\n", " ")  # a line that goes on
+    command = re.search(r"train_ambient_sdxl.py\s+(--pretrained_model_name_or_path stabilityai.*)", text)
+    config = parse_config(shlex.split(command.group(1)))
+    assert config.ambient_timestep == 500 and config.gradient_checkpointing and config.resolution == 1024
