@@ -26,7 +26,7 @@ class AmbientDDIMScheduler(DiscreteTruncationMixin, DDIMScheduler):
     A saved pipeline that uses this class needs this package to load: publish `stock_truncated_config` instead.
 
     References:
-        Song et al., "Denoising Diffusion Implicit Models", ICLR 2021, eq. 12 and 16; arXiv 2404.10177, section 3.1.
+        Song et al., "Denoising Diffusion Implicit Models", ICLR 2021, eq. 12 and 16; arXiv 2404.10177.
     """
 
     __init__ = ambient_init(DDIMScheduler.__init__)

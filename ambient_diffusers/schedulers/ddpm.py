@@ -23,7 +23,7 @@ class AmbientDDPMScheduler(DiscreteTruncationMixin, DDPMScheduler):
     A saved pipeline that uses this class needs this package to load: publish `stock_truncated_config` instead.
 
     References:
-        arXiv 2404.10177, section 3.1: a denoiser learnt above t_n samples by stopping at t_n and returning its x_0.
+        arXiv 2404.10177: a denoiser learnt above t_n samples by stopping at t_n and returning its x_0.
     """
 
     __init__ = ambient_init(DDPMScheduler.__init__)

@@ -21,7 +21,7 @@ class AmbientEulerDiscreteScheduler(AmbientSchedulerMixin, EulerDiscreteSchedule
     A saved pipeline that uses this class needs this package to load: publish that config, which makes the same images.
 
     References:
-        arXiv 2404.10177, section 3.1: a denoiser learnt above t_n samples by stopping at t_n and returning its x_0.
+        arXiv 2404.10177: a denoiser learnt above t_n samples by stopping at t_n and returning its x_0.
     """
 
     __init__ = ambient_init(EulerDiscreteScheduler.__init__)
